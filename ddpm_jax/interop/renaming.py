@@ -5,6 +5,7 @@ and reports what is missing, left over or of the wrong shape. The formats themse
 other files of this folder.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -61,6 +62,17 @@ def network_shapes(
 
 def shapes_of(network: nn.Module, *inputs: Any) -> dict[Path, tuple[int, ...]]:
     """Return the shape of every parameter of a network for such inputs, without computing any."""
+    leaves, structure = jax.tree.flatten(inputs)
+    shapes = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves)
+    return dict(_traced_shapes(network, structure, shapes))
+
+
+@functools.lru_cache(maxsize=32)
+def _traced_shapes(
+    network: nn.Module, structure: Any, leaves: tuple[jax.ShapeDtypeStruct, ...]
+) -> dict[Path, tuple[int, ...]]:
+    """Do as `shapes_of`, once for a network, since tracing a large one takes a second."""
+    inputs = jax.tree.unflatten(structure, leaves)
     variables = jax.eval_shape(network.init, base_key(0), *inputs)
     return {path: leaf.shape for path, leaf in flatten_dict(variables["params"]).items()}
 

@@ -6,6 +6,8 @@ derivatives, and these methods do so with ε: x̄_{i+1} = x̄_i + (σ_{i+1} - σ
 classical method (section 3 of the paper). Any smooth spacing is allowed.
 """
 
+import itertools
+
 import numpy as np
 
 from ddpm_jax.diffusion.chain import Chain, GivenLevels
@@ -68,7 +70,8 @@ def plms(chain: Chain, times: np.ndarray, *, averages: str = "eps", dtype=np.flo
         added = gain[0] * (after.signal[0] / second.signal)
         mean[1, :2] = gain_again / 2, gain_again / 2 - x[1] * added
     for row in range(2, len(level)):
-        kept = [age for age in range(row + 1) if age != row - 1][:4]  # all but that of row 1
+        others = (age for age in range(row + 1) if age != row - 1)  # all but that of row 1
+        kept = list(itertools.islice(others, 4))
         mean[row, kept] = gain[row] * ADAMS_BASHFORTH[len(kept) - 1]
     return linear_sampler(
         schedule, _weights(before, x, after.signal[:, None] * mean, averages), level
@@ -142,9 +145,8 @@ def pndm(chain: Chain, times: np.ndarray, *, dtype=np.float32) -> Sampler:
         )
     for row in range(4 * starts, len(level)):
         # Age 0 is this row's own ε; of the rows of the start only each first stage counts.
-        kept = [age for age in range(row + 1) if row - age >= 4 * starts or (row - age) % 4 == 0][
-            :4
-        ]
+        ages = (age for age in range(row + 1) if row - age >= 4 * starts or (row - age) % 4 == 0)
+        kept = list(itertools.islice(ages, 4))
         eps[row, kept] = (sigma[row + 1] - sigma[row]) * ADAMS_BASHFORTH[len(kept) - 1]
     return linear_sampler(schedule, flow_weights(levels.signal, eps), level)
 

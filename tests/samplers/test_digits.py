@@ -153,7 +153,7 @@ def plms(exact):
     eps = np.zeros((len(move), 5), Long)
     eps[0, 0], eps[1, :2] = move[0], move[0] * np.array([0.5, -0.5])
     for row in range(2, len(move)):
-        kept = [age for age in range(row + 1) if age != row - 1][:4]
+        kept = [age for age in range(min(row, 4) + 1) if age != row - 1][:4]
         eps[row, kept] = move[row] * ADAMS_BASHFORTH[len(kept) - 1]
     return flow(levels, eps)
 

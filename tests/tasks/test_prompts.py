@@ -54,7 +54,9 @@ def without_texts(**fields):
 def learned():
     """A model that was to learn its encoder, with random weights that do nothing alike."""
     model = build(config())
-    params = jax.jit(model.init_params)(jax.random.key(0))
+    draw = np.random.default_rng(0).normal
+    shapes = model.params_shapes()
+    params = jax.tree.map(lambda leaf: jnp.asarray(draw(0, 0.2, leaf.shape), leaf.dtype), shapes)
     return TrainedModel(model, Weights(params), 0, "ema", tokenizer=make_tokenizer(model.config))
 
 
