@@ -28,16 +28,22 @@ FIELDS = {
 }
 
 
-@pytest.fixture
-def files(tmp_path):
-    """A config, and random weights of its network in an NPZ file; returns their arguments and the
-    parameters."""
+@pytest.fixture(scope="module")
+def drawn():
+    """The network and random parameters of it."""
     model = build(configs.from_dict(FIELDS, source="a test")).network
     shapes = jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, 8, 8, 1), np.float32))[
         "params"
     ]
     rng = np.random.default_rng(0)
-    params = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes)
+    return model, jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes)
+
+
+@pytest.fixture
+def files(drawn, tmp_path):
+    """A config, and random weights of its network in an NPZ file; returns their arguments and the
+    parameters."""
+    model, params = drawn
     np.savez(tmp_path / "vae.npz", **autoencoder_params_to_diffusers(params, model))
     (tmp_path / "mine.py").write_text(f"def get_config():\n    return {FIELDS}\n")
     return [

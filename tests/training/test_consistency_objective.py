@@ -1,5 +1,7 @@
 """The objective of consistency tuning against its formula in σ, written out in NumPy."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -65,22 +67,25 @@ def _expected(denoise, ends, stage, weight):
     return x_0, weight(sigma) * distance / (sigma - earlier)
 
 
+@functools.cache
+def _loss(kind):
+    """The objective's loss on a chain, the same program for any number of updates."""
+    chain = continuous_chain(EDM, 100) if kind == "edm" else Chain(BETAS)
+    process = make_process(chain, kind)
+    return jax.jit(consistency_objective(_network, process, TUNING, Drawing(flip=False)).loss)
+
+
 @pytest.mark.parametrize("updates", [0, 9, 10, 39, 1000])
 @pytest.mark.parametrize("kind", ["edm", "eps"])
 def test_the_loss_is_the_formula(kind, updates):
     if kind == "edm":
-        chain = continuous_chain(EDM, 100)
         denoise, ends, weight = _edm, (0.002, 80.0), lambda sigma: 1.0
     else:
-        chain = Chain(BETAS)
         alphas_bar = np.cumprod(1 - BETAS)[[0, -1]]
         ends = tuple(np.sqrt((1 - alphas_bar) / alphas_bar))
         denoise, weight = _eps, lambda sigma: 0.5 / np.sqrt(sigma**2 + 0.25)
-    objective = consistency_objective(
-        _network, make_process(chain, kind), TUNING, Drawing(flip=False)
-    )
     x_0, expected = _expected(denoise, ends, min(updates // 10, 3), weight)
-    found, aux = jax.jit(objective.loss)(
+    found, aux = _loss(kind)(
         (), (), jnp.int32(updates), {"x_0": jnp.asarray(x_0, jnp.float32)}, KEY, INDEX
     )
     np.testing.assert_allclose(found, expected, rtol=2e-3, atol=1e-4)

@@ -196,7 +196,8 @@ def test_other_draws_of_t_carry_nothing():
     for sampling in ("uniform", "antithetic", "low_discrepancy"):
         objective = _objective(timestep_sampling=sampling, batch_size=B)
         assert objective.init(PARAMS) == ()
-        losses, aux = objective.loss(PARAMS, (), (), _batch(), jax.random.key(0), jnp.arange(B))
+        loss = jax.jit(objective.loss)
+        losses, aux = loss(PARAMS, (), (), _batch(), jax.random.key(0), jnp.arange(B))
         np.testing.assert_array_equal(losses, aux.loss)
         assert objective.update((), aux) == ()
         if sampling == "antithetic":
