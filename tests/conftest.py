@@ -70,15 +70,18 @@ def pytest_collectstart():
 def pytest_collection_finish():
     """Exempt half a million objects of imports and tests from collections, and collect rarely."""
     gc.freeze()
-    gc.set_threshold(20_000, 20, 100)
+    gc.set_threshold(20_000, 10, 10)
     gc.enable()
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _forget_programs():
-    """Drop the compiled programs when they are many: XLA crashes with too many memory maps."""
+    """Drop the compiled programs when they are some hundreds, three maps and 2 MB each.
+
+    XLA crashes with too many maps.
+    """
     yield
-    if not MEMORY_MAPS.exists() or MEMORY_MAPS.read_bytes().count(b"\n") > 20_000:
+    if not MEMORY_MAPS.exists() or MEMORY_MAPS.read_bytes().count(b"\n") > 3_000:
         jax.clear_caches()
         gc.collect()
 
