@@ -64,7 +64,10 @@ def shapes_of(network: nn.Module, *inputs: Any) -> dict[Path, tuple[int, ...]]:
     """Return the shape of every parameter of a network for such inputs, without computing any."""
     leaves, structure = jax.tree.flatten(inputs)
     shapes = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves)
-    return dict(_traced_shapes(network, structure, shapes))
+    try:
+        return dict(_traced_shapes(network, structure, shapes))
+    except TypeError:  # a field is a list, say, so that the network cannot be looked up
+        return _traced_shapes.__wrapped__(network, structure, shapes)
 
 
 @functools.lru_cache(maxsize=32)
