@@ -66,7 +66,7 @@ def evaluate(objective, params, index=None):
 
 def mean_of(objective, what):
     def mean(params):
-        loss, aux = evaluate(objective, params)
+        loss, aux = loss_of(objective, params)
         return jnp.mean({"loss": loss, "square": jnp.square(aux.diffusion)}[what])
 
     return mean
