@@ -43,29 +43,29 @@ class BoundAux(NamedTuple):
 
 
 def with_variance_gradient(
-    loss: Callable[[Any, Any], chex.Array],
-) -> Callable[[Any, Any, Any], chex.Array]:
-    """Return f(params, ends, interior) = loss(params, ends), with another gradient in `interior`.
+    loss: Callable[..., chex.Array],
+) -> Callable[..., chex.Array]:
+    """Return f(params, ends, interior, given) = loss(params, ends, given), with other gradients.
 
     `ends` and `interior` are the same levels of B examples, leaves [B], as functions of other
     parameters each. The gradient of f in the first two is that of the loss; in the third it is that
     of the square of each example's loss, 2 L ∂L. Both take one pass through the network, since
     no example's loss depends on the levels of another (Kingma et al. 2021, appendix on the variance
-    of the estimator).
+    of the estimator). What is `given`, any arrays, has none.
     """
 
     @jax.custom_vjp
-    def value(params, ends, interior):
-        return loss(params, ends)
+    def value(params, ends, interior, given):
+        return loss(params, ends, given)
 
-    def forward(params, ends, interior):
-        losses, pullback = jax.vjp(loss, params, ends)
+    def forward(params, ends, interior, given):
+        losses, pullback = jax.vjp(lambda *inputs: loss(*inputs, given), params, ends)
         return losses, (losses, pullback)
 
     def backward(saved, cotangent):
         losses, pullback = saved
         of_params, of_levels = pullback(cotangent)
-        return of_params, of_levels, jax.tree.map(lambda one: 2 * losses * one, of_levels)
+        return of_params, of_levels, jax.tree.map(lambda one: 2 * losses * one, of_levels), None
 
     value.defvjp(forward, backward)
     return value
@@ -118,7 +118,7 @@ def bound_objective(
         return parameterization.eps_error(schedule, row) * error
 
     def continuous_loss(params, levels, u, example):
-        def loss(params, levels_and_rate):
+        def loss(params, levels_and_rate, example):
             levels, rate = levels_and_rate
             weight = continuous_bound.continuous_weight(rate)
             return weight * squared_error(params, levels, example)
@@ -127,7 +127,8 @@ def bound_objective(
             gamma_and_rate({**jax.lax.stop_gradient(levels), name: levels[name]}, u)
             for name in ("ends", "interior")
         )
-        return with_variance_gradient(loss)(params, ends, interior)
+        # the example is an argument: a function of this kind must not refer to arrays of a trace
+        return with_variance_gradient(loss)(params, ends, interior, example)
 
     def discrete_loss(params, levels, u, example):
         t = jnp.ceil(u * steps)

@@ -111,6 +111,17 @@ def test_the_gradient_is_of_the_bound_but_in_the_interior_of_the_square_where_t_
         assert found == pytest.approx(expected, rel=1e-6), part
 
 
+@pytest.mark.parametrize("steps", [None, 6])
+def test_a_compiled_loss_has_the_same_gradient(steps):
+    objective, params = make(steps=steps), parameters()
+
+    def mean(params):
+        return jnp.mean(loss_of(objective, params)[0])
+
+    found, expected = (jax.jit(jax.grad(f))(params) for f in (jax.jit(mean), mean))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), found, expected)
+
+
 def paper(params, gamma_t, weight, x_0, eps, eps_0, ends):
     """The loss of Kingma et al. 2021 in bits/dim: their equations, in NumPy."""
     variance = (1 / (1 + np.exp(-gamma_t))).reshape(-1, 1, 1, 1)
