@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from ddpm_jax.cli.arguments import Parser
 from ddpm_jax.cli.command import run
 from ddpm_jax.cli.shared_flags import Checkpoint, check_names_a_run, prepare, reading
-from ddpm_jax.errors import UsageError, say
+from ddpm_jax.errors import UsageError, plural, say
 from ddpm_jax.evaluation import latent_file
 from ddpm_jax.experiments.loading import load_first_stage
 from ddpm_jax.files import as_path, check_place
@@ -52,7 +52,7 @@ def main(argv: Sequence[str]) -> int:
     prepare(flags)
     trained = load_first_stage(flags.ckpt, **reading(flags))
     count = decode_file(trained, path, arrays, flags.make(Decoding), out)
-    say(f"{count} picture{'s' if count > 1 else ''} by {describe(trained)}\n  {out}")
+    say(f"{plural(count, 'picture')} by {describe(trained)}\n  {out}")
     return 0
 
 

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from ddpm_jax.distributed.compilation import options_to_run_once
 from ddpm_jax.distributed.fsdp import PARALLEL
 from ddpm_jax.distributed.pmap import Parallelism
-from ddpm_jax.errors import UsageError, choose
+from ddpm_jax.errors import UsageError, choose, plural
 from ddpm_jax.experiments import perceptual
 from ddpm_jax.experiments.few_steps import num_rounds
 from ddpm_jax.experiments.first_stage_objectives import make_players
@@ -182,7 +182,7 @@ def check_batch(config: ConfigDict) -> None:
     if batch_size % (devices * parts):
         fit = max(1, batch_size // (devices * parts)) * devices * parts
         raise UsageError(
-            f"train.batch_size is {batch_size}, which {devices} device{'s' if devices > 1 else ''} "
-            f"in {parts} part{'s' if parts > 1 else ''} (optimizer.accumulate_steps) cannot share "
+            f"train.batch_size is {batch_size}, which {plural(devices, 'device')} "
+            f"in {plural(parts, 'part')} (optimizer.accumulate_steps) cannot share "
             f"evenly: use {fit}, say."
         )

@@ -11,7 +11,7 @@ from ddpm_jax.data.sources import Source
 from ddpm_jax.diffusion.likelihood import prior_warning
 from ddpm_jax.distributed import hosts
 from ddpm_jax.distributed.pmap import bytes_per_device
-from ddpm_jax.errors import say, visible
+from ddpm_jax.errors import plural, say, visible
 from ddpm_jax.experiments.models import DiffusionModel, Model
 from ddpm_jax.experiments.run_settings import frozen_first_stage
 from ddpm_jax.files import reporting
@@ -61,7 +61,7 @@ def _size(shape: tuple[int, ...]) -> str:
 def _devices() -> str:
     count, kind = jax.device_count(), jax.devices()[0].device_kind
     processes = f" of {jax.process_count()} processes" if jax.process_count() > 1 else ""
-    return f"{count} {kind} device{'s' if count > 1 else ''}{processes}"
+    return f"{plural(count, f'{kind} device')}{processes}"
 
 
 def _latents(model: Model, state: TrainState) -> str:
