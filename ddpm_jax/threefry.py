@@ -27,7 +27,7 @@ Words = jax.Array | np.ndarray
 
 
 def _hash(key: tuple[Words, Words], low: Words) -> tuple[Words, Words]:
-    """Return the two words of each counter (0, low), uint32 of a shape that the key broadcasts to."""
+    """Return the two words of each counter (0, low), uint32; the key broadcasts."""
     schedule = (*key, key[0] ^ key[1] ^ np.uint32(PARITY))
     high, low = schedule[0], low + schedule[1]
     for i in range(ROUNDS // 4):

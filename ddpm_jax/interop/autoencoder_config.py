@@ -88,12 +88,6 @@ def autoencoder_from_config(config: Mapping[str, Any]) -> LatentCoder:
         raise UsageError(
             f"{_WHAT} has block_out_channels {widths}: multiples of the first are expected."
         )
-    groups = config["norm_num_groups"]
-    if any(width % groups for width in widths):
-        raise UsageError(
-            f"{_WHAT} has block_out_channels {widths}, and {groups} groups in its normalisations "
-            "(norm_num_groups): multiples of that number are expected."
-        )
     side = config["sample_size"]
     fields = {
         "resolution": side,
@@ -102,7 +96,7 @@ def autoencoder_from_config(config: Mapping[str, Any]) -> LatentCoder:
         "num_res_blocks": config["layers_per_block"],
         "attn_resolutions": tuple(side >> i for i, has in enumerate(_attention(config)) if has),
         "dropout": 0.0,
-        "norm_groups": groups,
+        "norm_groups": config["norm_num_groups"],
         "image_channels": config["in_channels"],
         "latent_channels": config["latent_channels"],
         "out_channels": config["out_channels"],

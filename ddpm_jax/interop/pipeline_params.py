@@ -17,9 +17,9 @@ from ddpm_jax.interop.clip_text import text_encoder_from_config, text_params_fro
 from ddpm_jax.interop.diffusers_text_unet import text_unet_params_from_diffusers
 from ddpm_jax.interop.diffusers_text_unet_config import text_unet_from_config
 from ddpm_jax.interop.pipeline_parts import Pipeline
-from ddpm_jax.models.autoencoder import Autoencoder
+from ddpm_jax.models.autoencoder import Autoencoder, check_autoencoder
 from ddpm_jax.models.text_encoder import TextEncoder
-from ddpm_jax.models.text_unet import TextUNet
+from ddpm_jax.models.text_unet import TextUNet, check_text_unet
 
 
 class Networks(NamedTuple):
@@ -50,6 +50,14 @@ def pipeline_networks(pipeline: Pipeline) -> Networks:
     text_encoder = text_encoder_from_config(pipeline.text_encoder.config)
     fields, scaling_factor = autoencoder_from_config(pipeline.vae.config)
     vae = Autoencoder(**fields)
+    for name, check, network in (
+        ("U-Net", check_text_unet, unet),
+        ("VAE", check_autoencoder, vae),
+    ):
+        try:
+            check(network, network.resolution, network.resolution)
+        except UsageError as error:
+            raise UsageError(f"The {name} of {pipeline.path} cannot be built. {error}") from error
     if unet.context_size != text_encoder.width:
         raise UsageError(
             f"The U-Net of {pipeline.path} looks at features of {unet.context_size} numbers, and "

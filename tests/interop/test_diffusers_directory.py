@@ -207,7 +207,6 @@ def test_a_part_alone_is_called_so(part, kind):
     [
         ({"act_fn": "relu"}, "act_fn = 'relu'"),
         ({"norm_num_groups": 0}, "norm_num_groups"),
-        ({"norm_num_groups": 7}, "7 groups in its normalisations"),
         ({"shift_factor": 0.1}, "shift_factor = 0.1"),
         ({"new_option": "yes"}, "new_option = 'yes'"),
         ({"block_out_channels": [32, 48]}, "multiples of the first"),

@@ -45,6 +45,14 @@ def dtypes(params):
     return {leaf.dtype.name for leaf in jax.tree.leaves(params)}
 
 
+@pytest.mark.parametrize(("part", "name"), [("unet", "U-Net"), ("vae", "VAE")])
+def test_groups_that_do_not_divide_the_channels_are_refused_before_weights_are_read(part, name):
+    pipeline = read_pipeline(SD / "sd2")
+    getattr(pipeline, part).config["norm_num_groups"] = 7
+    with pytest.raises(UsageError, match=rf"The {name} of .* cannot be .* in 7 groups"):
+        pipeline_networks(pipeline)
+
+
 @pytest.mark.full
 def test_half_precision_is_kept_widened_or_changed(halved):
     full, kept, wide = read(SD / "sd2"), read(halved, dtype=None), read(halved)
