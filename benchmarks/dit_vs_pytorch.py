@@ -14,14 +14,7 @@ import sys
 import jax.numpy as jnp
 import numpy as np
 from comparison import Batch
-from unet_vs_pytorch import (
-    Row,
-    choose_device,
-    compare_networks,
-    define_flags,
-    our_tasks,
-    pytorch_tasks,
-)
+from unet_vs_pytorch import Pair, Row, choose_device, compare_networks, define_flags, tasks_of
 
 from ddpm_jax import host_memory
 from ddpm_jax.interop.diffusers_dit import dit_params_from_diffusers
@@ -40,6 +33,28 @@ except ImportError as error:
 LATENTS, CHANNELS, CLASSES = 32, 4, 1000
 
 
+def dit_pair(size: str, batch_size: int, device: str, dtype: str = "float32") -> Pair:
+    """Returns a DiT of one of the paper's sizes, ours and theirs, with labels of its classes."""
+    dit = DiT(
+        **SIZES[size]._asdict(),
+        num_classes=CLASSES,
+        out_channels=CHANNELS,
+        time_embedding="cos_sin_inclusive",
+        dtype=dtype,
+    )
+    network = pytorch_dit(dit, device, image_size=LATENTS, image_channels=CHANNELS)
+    params = dit_params_from_diffusers(pytorch_arrays(network), dit)
+    labels = np.random.default_rng(1).integers(0, CLASSES, batch_size)
+    return Pair(
+        dit,
+        network,
+        params,
+        Batch.random(batch_size, LATENTS, CHANNELS),
+        Condition(label=jnp.asarray(labels)),
+        {"class_labels": torch.tensor(labels, device=device)},
+    )
+
+
 def main(argv: list[str] | None = None) -> list[Row]:
     """Runs the comparison and prints the table."""
     made = define_flags(__doc__, batch_size=4)
@@ -48,22 +63,8 @@ def main(argv: list[str] | None = None) -> list[Row]:
     host_memory.keep_freed()  # as train.py does, here for both
 
     device = choose_device()
-    dit = DiT(
-        **SIZES[flags.size]._asdict(),
-        num_classes=CLASSES,
-        out_channels=CHANNELS,
-        time_embedding="cos_sin_inclusive",
-        dtype=flags.dtype,
-    )
-    network = pytorch_dit(dit, device, image_size=LATENTS, image_channels=CHANNELS)
-    params = dit_params_from_diffusers(pytorch_arrays(network), dit)
-    batch = Batch.random(flags.batch_size, LATENTS, CHANNELS)
-    labels = np.random.default_rng(1).integers(0, CLASSES, flags.batch_size)
-    ours = our_tasks(dit, params, batch, Condition(label=jnp.asarray(labels)))
-    theirs = pytorch_tasks(
-        network, batch, flags.dtype, device, class_labels=torch.tensor(labels, device=device)
-    )
-    return compare_networks(ours, theirs, params, flags)
+    pair = dit_pair(flags.size, flags.batch_size, device, flags.dtype)
+    return compare_networks(*tasks_of(pair, flags.dtype, device), pair.params, flags)
 
 
 if __name__ == "__main__":

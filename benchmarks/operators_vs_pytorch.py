@@ -21,22 +21,16 @@ import tempfile
 from collections.abc import Callable, Iterable
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-from comparison import Batch, our_update
-from dit_vs_pytorch import CHANNELS, CLASSES, LATENTS
+from comparison import our_update
+from dit_vs_pytorch import dit_pair
 from measuring import parser, report_table
-from unet_vs_pytorch import CIFAR10, choose_device, parity_setting
+from unet_vs_pytorch import CIFAR10, Pair, choose_device, parity_setting, unet_pair
 
 from ddpm_jax import host_memory
-from ddpm_jax.interop.diffusers import unet_params_from_diffusers
-from ddpm_jax.interop.diffusers_dit import dit_params_from_diffusers
-from ddpm_jax.models.condition import Condition
-from ddpm_jax.models.dit import SIZES, DiT
 
 try:
     import torch
-    from pytorch_peers import pytorch_arrays, pytorch_dit, pytorch_training_step, pytorch_unet
+    from pytorch_peers import pytorch_training_step
 except ImportError as error:
     sys.exit(
         f"{error.name} is not installed: this benchmark compares with it; pip install -e "
@@ -65,36 +59,16 @@ class Task:
     theirs: Callable[[], object]
 
 
-def make_task(name: str, batch_size: int) -> Task:
-    """Builds both networks of a name with the same weights, and their steps."""
-    if name == "unet":
-        network, condition, told = CIFAR10, None, {}
-        batch, peer = Batch.random(batch_size, network.resolution), pytorch_unet(network, "cpu")
-        params = unet_params_from_diffusers(pytorch_arrays(peer), network)
-    else:
-        network = DiT(
-            **SIZES["S"]._asdict(),
-            num_classes=CLASSES,
-            out_channels=CHANNELS,
-            time_embedding="cos_sin_inclusive",
-        )
-        batch = Batch.random(batch_size, LATENTS, CHANNELS)
-        labels = np.random.default_rng(1).integers(0, CLASSES, batch_size)
-        condition, told = (
-            Condition(label=jnp.asarray(labels)),
-            {"class_labels": torch.tensor(labels)},
-        )
-        peer = pytorch_dit(network, "cpu", image_size=LATENTS, image_channels=CHANNELS)
-        params = dit_params_from_diffusers(pytorch_arrays(peer), network)
-
-    update, state, examples = our_update(network, params, batch, condition)
+def make_task(pair: Pair) -> Task:
+    """Compiles our step of two networks and builds theirs."""
+    update, state, examples = our_update(pair.ours, pair.params, pair.batch, pair.condition)
     compiled = update.lower(state, *examples).compile()
 
     def ours() -> None:
         nonlocal state
         state, _ = jax.block_until_ready(compiled(state, *examples))
 
-    theirs = pytorch_training_step(peer, batch, "float32", "cpu", told)
+    theirs = pytorch_training_step(pair.theirs, pair.batch, "float32", "cpu", pair.told)
     return Task(ours, compiled.as_text(), theirs)
 
 
@@ -194,7 +168,10 @@ def main(argv: list[str] | None = None) -> list[dict]:
         sys.exit("This benchmark is for CPUs: hide the GPU with CUDA_VISIBLE_DEVICES=''.")
     host_memory.keep_freed()  # as train.py does, here for both
 
-    task = make_task(flags.network, flags.batch_size)
+    if flags.network == "dit":
+        task = make_task(dit_pair("S", flags.batch_size, "cpu"))
+    else:
+        task = make_task(unet_pair(CIFAR10, flags.batch_size, "cpu"))
     for _ in range(2):
         task.ours()
         task.theirs()

@@ -18,7 +18,7 @@ import os
 import statistics
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +45,17 @@ except ImportError as error:
 CIFAR10 = UNet()
 SMALL = UNet(resolution=16, ch=32, ch_mult=(1, 2), num_res_blocks=1, attn_resolutions=(8,))
 Tasks = tuple[Callable[[], Any], Callable[[], None]]  # a forward pass and a training step
+
+
+class Pair(NamedTuple):
+    """A network of ours and theirs with the same weights, and what both are given."""
+
+    ours: UNet | DiT
+    theirs: torch.nn.Module
+    params: dict  # of ours
+    batch: Batch
+    condition: Condition | None  # of ours
+    told: dict[str, torch.Tensor]  # inputs of theirs besides images and times
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +112,21 @@ def pytorch_tasks(
         finish()
 
     return forward, train
+
+
+def unet_pair(unet: UNet, batch_size: int, device: str) -> Pair:
+    """Returns a U-Net of ours and diffusers', with the weights that diffusers draws."""
+    network = pytorch_unet(unet, device)
+    params = unet_params_from_diffusers(pytorch_arrays(network), unet)
+    return Pair(unet, network, params, Batch.random(batch_size, unet.resolution), None, {})
+
+
+def tasks_of(pair: Pair, dtype: str, device: str) -> tuple[Tasks, Tasks]:
+    """Returns our forward pass and training step, and theirs."""
+    return (
+        our_tasks(pair.ours, pair.params, pair.batch, pair.condition),
+        pytorch_tasks(pair.theirs, pair.batch, dtype, device, **pair.told),
+    )
 
 
 def our_tasks(
@@ -238,14 +264,8 @@ def main(argv: list[str] | None = None) -> list[Row]:
 
     device = choose_device()
     unet = (SMALL if flags.small else CIFAR10).clone(dtype=flags.dtype)
-    network = pytorch_unet(unet, device)
-    params = unet_params_from_diffusers(pytorch_arrays(network), unet)
-    batch = Batch.random(flags.batch_size, unet.resolution)
-    ours, theirs = (
-        our_tasks(unet, params, batch),
-        pytorch_tasks(network, batch, flags.dtype, device),
-    )
-    return compare_networks(ours, theirs, params, flags)
+    pair = unet_pair(unet, flags.batch_size, device)
+    return compare_networks(*tasks_of(pair, flags.dtype, device), pair.params, flags)
 
 
 if __name__ == "__main__":
